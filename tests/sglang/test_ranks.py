@@ -9,20 +9,30 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from tests.sglang.agent import beside, greedy
 from tests.sglang.beside import NUM_STEPS, Setting, started
 from tests.sglang.models import continuation
+from tests.support.hanging import check_a_hanging_swap_is_reported
+from tests.support.processes import reachable_ports
 from tests.support.tap_agent import Seen
+from tests.support.wait import until
 
+from updraft_artifacts.model_folder import target_fingerprint
 from updraft_chassis.errors import Unavailable
 from updraft_cli.__main__ import cli
 from updraft_draft import checkpoint
 from updraft_inference.engine import LoadedDraft
+from updraft_inference.sidecar.assembly import Assembler, Ended
+from updraft_inference.sidecar.attached import Known
+from updraft_inference.sidecar.link import Event, Link
+from updraft_inference.sidecar.sglang.attached import AttachedSglang, Folders
 from updraft_inference.sidecar.sglang.draft_swap import ServedDraft
 from updraft_inference.sidecar.sglang.server import SglangServer
+from updraft_inference.tap.server_kind import SGLANG
 
 pytestmark = [
     pytest.mark.timeout(900),
@@ -41,7 +51,8 @@ NO_NCCL = {
 
 @pytest.fixture(scope="module")
 def setting() -> Iterator[Setting]:
-    with started("--tp-size", "2", **NO_NCCL) as setting:
+    """It listens as in a pod."""
+    with started("--tp-size", "2", "--host", "0.0.0.0", **NO_NCCL) as setting:  # noqa: S104
         yield setting
 
 
@@ -124,6 +135,40 @@ async def test_a_draft_that_the_ranks_cannot_read_changes_nothing_and_pauses_nob
         assert await server.checksums() == before
         assert served.loaded.version == good.version
     assert await asyncio.to_thread(setting.said, "hello", len(EXPECTED)) == bytes(EXPECTED).decode()
+
+
+async def test_a_swap_in_which_a_rank_hangs_is_reported_until_it_ends(setting: Setting, tmp_path: Path) -> None:
+    good = setting.saved(6, 1.0)
+    async with opened(setting) as (served, _):
+        await served.swap(good)
+
+    def hear(event: Event) -> None:
+        if not isinstance(event, Ended):
+            server.hear(event)
+
+    link = Link(setting.socket, SGLANG, Assembler(max_bytes=1), hear)
+    server = AttachedSglang(
+        link,
+        Known(fingerprints=(target_fingerprint(setting.target), "sha256:k"), initial=setting.seed),
+        setting.client(),
+        Folders(model=setting.target, drafts=setting.folder / "drafts", note=tmp_path / "swap"),
+        on_change=lambda: None,
+    )
+    async with server.running(), link.listening():
+        await until(
+            lambda: server.loaded == LoadedDraft(version=6, tensors_digest=good.tensors_digest), what="the draft"
+        )
+        await check_a_hanging_swap_is_reported(server, setting.server.pid, tmp_path)
+    assert await asyncio.to_thread(setting.said, "hello", len(EXPECTED)) == bytes(EXPECTED).decode()
+
+
+@pytest.mark.attack(
+    boundary="plugin",
+    attack="reaching anything of an SGLang server of two ranks on one node but its port of clients",
+    outcome="nothing else listens beyond the pod",
+)
+def test_nothing_of_the_ranks_listens_for_other_machines(setting: Setting) -> None:
+    assert reachable_ports(setting.server.pid) == {setting.server.port}
 
 
 @pytest.mark.parametrize(

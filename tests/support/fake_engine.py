@@ -96,6 +96,11 @@ class FakeEngine:
         self.refusal: UpdraftError | None = None
         """What `verify` raises."""
         self.swap_refusal: UpdraftError | None = None
+        self.may_swap = asyncio.Event()
+        """While it is clear, a swap hangs."""
+        self.num_begun = 0
+        """Swaps so far, with those that hang."""
+        self.may_swap.set()
         self._info = EngineInfo(
             engine="fake/1",
             target_fingerprint="sha256:target",
@@ -143,6 +148,8 @@ class FakeEngine:
         yield Delta(token_ids=token_ids, logprobs=_logprobs(request, token_ids), finished=finished)
 
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
+        self.num_begun += 1
+        await self.may_swap.wait()
         if self.swap_refusal is not None:
             raise self.swap_refusal
         if draft is None:

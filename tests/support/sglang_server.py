@@ -43,8 +43,8 @@ class FakeSglang:
     """By path, what the next calls are refused with."""
     is_lying: bool = False
     """It says that it loaded a draft, and did not."""
-    exchanges_vocabulary: bool = True
-    """The plugin made the map from draft to target tokens a buffer."""
+    shows_vocabulary: bool = True
+    """Its checksums cover the map from draft to target tokens."""
     preparing: int = 0
     """How many answers say that its ranks are not ready yet."""
     prepared: set[str] = field(default_factory=set)
@@ -74,7 +74,7 @@ class FakeSglang:
         config, tensors = checkpoint.load(folder)
         self.held = checksums.expected_hashes(config, tensors, dtype=torch.float32, device="cpu", tp=(0, 1))
         self.held[f"{DRAFT}.model.embed_tokens.weight"] = self.embedding
-        if not self.exchanges_vocabulary:
+        if not self.shows_vocabulary:
             del self.held[checksums.VOCABULARY]
 
     async def answer(self, request: Request) -> Response:

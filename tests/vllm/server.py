@@ -58,8 +58,10 @@ def greedy_body(prompt_ids: Sequence[int], num_tokens: int) -> dict[str, Any]:
 class Server:
     """A vLLM that answers at `url`."""
 
-    def __init__(self, url: str, log: Path) -> None:
+    def __init__(self, url: str, log: Path, pid: int) -> None:
         self.url = url
+        self.pid = pid
+        """The main process."""
         self._http = httpx.Client(base_url=url, timeout=_ANSWER_S)
         self._log = log
 
@@ -124,8 +126,10 @@ def serving(
         *options,
     ]
     environment = {**cpu_environment(), "UPDRAFT_VLLM_DRAFTING": "always", **(variables or {})}
-    server = Server(f"http://127.0.0.1:{port}", log)
-    with process_group(command, log, environment=environment) as process, closing(server):
+    with (
+        process_group(command, log, environment=environment) as process,
+        closing(Server(f"http://127.0.0.1:{port}", log, process.pid)) as server,
+    ):
         wait_until(lambda: server.is_ready or process.poll() is not None, timeout_s=START_S, what="vLLM is ready")
         assert process.poll() is None, f"vLLM ended with status {process.returncode}:\n{server.log[-5000:]}"
         yield server

@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+from tests.support.hanging import check_a_hanging_swap_is_reported
 from tests.support.redis_server import RedisServer
 from tests.support.registry import RegistryProcess
 from tests.support.tap_agent import listening
@@ -43,6 +44,10 @@ from tests.vllm.tapping import (
 )
 
 from updraft_cli.__main__ import cli
+from updraft_inference.sidecar.assembly import Assembler, Ended
+from updraft_inference.sidecar.attached import AttachedServer, Known
+from updraft_inference.sidecar.link import Event, Link
+from updraft_inference.tap.server_kind import VLLM
 from updraft_tap.drafting.switch import UNTRAINED
 
 if not build.is_built():
@@ -243,6 +248,21 @@ async def test_a_draft_that_one_rank_refuses_leaves_the_one_before_on_both(setti
     assert [answer["served"] for answer in refused] == [{"version": 3, "digest": "sha256:3"}] * 3
     assert after == [before] * 3
     assert again["served"] == {"version": 9, "digest": "sha256:9"}
+
+
+async def test_a_swap_in_which_a_rank_hangs_is_reported_until_it_ends(setting: Setting, tmp_path: Path) -> None:
+    await give(setting, setting.folder / "draft-3", 3)
+
+    def hear(event: Event) -> None:
+        if not isinstance(event, Ended):
+            server.hear(event)
+
+    link = Link(setting.socket, VLLM, Assembler(max_bytes=1), hear)
+    known = Known(fingerprints=("sha256:t", "sha256:k"), initial=setting.folder / "first")
+    server = AttachedServer(link, known, on_change=lambda: None)
+    async with link.listening():
+        await server.met.wait()
+        await check_a_hanging_swap_is_reported(server, setting.server.pid, tmp_path)
 
 
 def test_an_agent_captures_and_loads_again_what_may_be_lost_after_sleep(

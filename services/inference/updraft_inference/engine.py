@@ -401,12 +401,9 @@ class TargetChangedError(Corrupt):
     putting it back failed."""
 
 
-class RestartNeededError(Unavailable):
-    """The draft is valid for this target, but the server must restart to serve it, now or later."""
-
-
-class OtherShapeError(RestartNeededError):
-    """Its shape is another one than that of the draft that the server started with."""
+class OtherShapeError(Unavailable):
+    """The draft is valid for this target, but has another shape than the one that the server started with, so the server must
+    restart to serve it, now or later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -514,10 +511,10 @@ class DraftHolder(Protocol):
     async def swap(self, draft: DraftCheckpoint | None) -> SwapResult:
         """Use this draft from the next step on; None: no draft. Running requests continue.
 
-        Its vocabulary may be another one, if the engine can exchange it.
+        Its vocabulary may be another one.
 
-        Raises Corrupt (weights not finite, or another digest), InvalidInput (another target or shape, or a vocabulary that the
-        engine cannot exchange) or RestartNeededError (a restart of the server helps); the old draft then stays in use.
+        Raises Corrupt (weights not finite, or another digest), InvalidInput (another target or shape) or OtherShapeError (a
+        restart of the server helps); the old draft then stays in use.
         """
         ...
 

@@ -62,7 +62,7 @@ def _register() -> None:
     _name_application()
     http.found = found = hooks.install(http.bindings)
     certificates.follow()
-    rendezvous.keep_local()
+    rendezvous.keep_local(configuration.is_one_node)
     if http.needs_keys:
         refuse(misfit(found))
     if settings is not None:

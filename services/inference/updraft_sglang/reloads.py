@@ -9,7 +9,7 @@ from typing import Any
 
 from updraft_sglang import names
 from updraft_sglang.draft import ASLEEP
-from updraft_sglang.weights import LOADER
+from updraft_sglang.weights import LOADER, preparation
 from updraft_tap.hooks import Binding, Hook
 from updraft_tap.swap import Swap
 from updraft_tap.weights import UNKNOWN, ServedVersion
@@ -30,6 +30,7 @@ class UnprovedDraft:
     def close(self, _: str) -> None:
         """Someone else starts to change the weights."""
         self._served.version, self._served.digest = 0, UNKNOWN
+        preparation.forget()
 
     def open(self, changed: Callable[[], None]) -> None:
         """The change has ended."""

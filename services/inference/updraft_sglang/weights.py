@@ -35,7 +35,8 @@ class ServedVersion(weights.ServedVersion):
         self.is_answered = False
         """A caller up the stack turns exceptions into error responses."""
         self.is_mixed = False
-        """A copy failed, so each rank may hold another draft. Updates by others do not change that: they are alike in all."""
+        """A copy failed and was not undone, so each rank may hold another draft. Updates by others do not change that: they are
+        alike in all."""
         self.asked: tuple[str, Any] = ("", None)
         """The order that the loader got last, and the model for it."""
 

@@ -75,7 +75,7 @@ class PodState:
         if self.capture is None:
             return None
         counters = self.capture.counters
-        counters.problem = self.engine.capture_problem or self.capture.problem
+        counters.problem = self.engine.capture_problem or self.swapper.late.reason or self.capture.problem
         return counters
 
     def _speedup(self) -> registry_pb2.Speedup | None:

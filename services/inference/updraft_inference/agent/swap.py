@@ -2,7 +2,8 @@
 
 Only the newest directive counts. It is the complete desired state, so following it twice changes nothing. A newer one
 interrupts a download or a switchback, but never a swap. If the engine refuses a draft, the refusal is reported with its
-reason and the old draft keeps serving. At startup the pod waits briefly for the registry, then serves the last draft.
+reason and the old draft keeps serving. A swap that does not end is reported, too, and waited for. At startup the pod waits
+briefly for the registry, then serves the last draft.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from updraft_chassis.errors import Corrupt, Exhausted, InvalidInput, Unavailable
 from updraft_chassis.retry import Backoff
 from updraft_inference.agent import switchback
 from updraft_inference.agent.drafts import DraftFolder, read_manifest, verified
+from updraft_inference.agent.late_swap import LateSwap
 from updraft_inference.cancellation import Interrupted, run_unless_cancelled_by
 from updraft_inference.engine import DraftCheckpoint, DraftHolder, OtherShapeError, TargetChangedError
 from updraft_inference.metrics import Metrics
@@ -70,7 +72,8 @@ class Swapper:
         """When downloads may begin, on the monotonic clock, so that a newer directive does not draw a new delay."""
         self._heard = asyncio.Event()
         self._arrived = asyncio.Event()
-        self.status = fleet_pb2.DirectiveStatus()
+        self._status = fleet_pb2.DirectiveStatus()
+        self.late = LateSwap(clock, is_there=lambda: bool(engine.device), on_change=on_change)
         self.counters = fleet_pb2.SwapCounters()
         self._since_s = clock.now()
         self.retry_s = 5.0
@@ -90,6 +93,18 @@ class Swapper:
             version=loaded.version,
             tensors_digest=loaded.tensors_digest,
             since_unix_ms=int(self._since_s * 1000),
+        )
+
+    @property
+    def status(self) -> fleet_pb2.DirectiveStatus:
+        """The outcome of the directive; pending while a swap does not end."""
+        if not self.late.reason:
+            return self._status
+        return fleet_pb2.DirectiveStatus(
+            nonce=self._status.nonce,
+            outcome=fleet_pb2.OUTCOME_PENDING,
+            version=self._version,
+            reason=self.late.reason,
         )
 
     @property
@@ -279,7 +294,8 @@ class Swapper:
 
     async def _install(self, draft: DraftCheckpoint | None, *, level: int = logging.INFO) -> None:
         try:
-            swapped = await self._engine.swap(draft)
+            async with self.late.watching(0 if draft is None else draft.version):
+                swapped = await self._engine.swap(draft)
         except TargetChangedError as error:
             self._metrics.target_changes.inc()
             logger.critical("A swap has changed weights of the target", extra={"reason": str(error)})
@@ -339,7 +355,7 @@ class Swapper:
         needs_restart: bool = False,
     ) -> None:
         """Report the status; a reason refers to the version that is being processed."""
-        self.status = fleet_pb2.DirectiveStatus(
+        self._status = fleet_pb2.DirectiveStatus(
             nonce=directive.nonce,
             outcome=outcome,
             version=self._version if reason else 0,

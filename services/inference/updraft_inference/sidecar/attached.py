@@ -39,8 +39,8 @@ Restart = Callable[[Path], Awaitable[Path]]
 
 _QUANTIZATION_CHARS = 64
 
-LOAD_S = 300.0
-"""How long a server may take to read, check, load and prove a draft."""
+_RETURN_S = 300.0
+"""How long the plugin of a server that was restarted may take to connect after the server is up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +101,8 @@ class AttachedServer:
         self._worker: Hello | None = None
         self._roles: set[Role] = set()
         """The roles of the processes that are connected."""
-        self._asked = 0
-        """The version of the load that waits for `_answer`."""
+        self._asked: tuple[Role | None, int] = None, 0
+        """The role of the process that was asked to load, and the version; it waits for `_answer`."""
         self._answer: asyncio.Future[Mapping[str, Any]] | None = None
         self._swapping = asyncio.Lock()
         self._measured = Measured(version=0, speedups={})
@@ -147,7 +147,7 @@ class AttachedServer:
     def hear(self, event: Hello | Gone | Answer | Measured) -> None:
         """Take an event of the link."""
         if isinstance(event, Answer):
-            is_asked = event.header.get("version") == self._asked  # else it is to an earlier load
+            is_asked = event.header.get("version") in (self._asked[1], None)  # else it is to an earlier load
             if is_asked and self._answer is not None and not self._answer.done():
                 self._answer.set_result(event.header)
         elif isinstance(event, Measured):
@@ -209,7 +209,7 @@ class AttachedServer:
             message = f"the {self._link.kind.engine} server does not start with version {draft.version}: {error}"
             raise (InvalidInput if is_second else Unavailable)(message) from error
         try:
-            async with asyncio.timeout(LOAD_S):
+            async with asyncio.timeout(_RETURN_S):
                 await self._returned.wait()
         except TimeoutError:
             raise Unavailable(f"the plugin of the restarted {self._link.kind.engine} server did not connect") from None
@@ -245,13 +245,12 @@ class AttachedServer:
 
     def _lose(self, role: Role) -> None:
         self._roles.discard(role)
-        is_loader = self._worker is not None and self._worker.loader == role
         if role == "worker":
             self._worker = None
         else:
             self._measured = Measured(version=0, speedups={})
-        if is_loader and self._answer is not None and not self._answer.done():
-            self._answer.set_exception(Unavailable(f"the {self._link.kind.engine} server went away"))
+        if role == self._asked[0] and self._answer is not None and not self._answer.done():
+            self._answer.set_exception(self._away())
 
     async def _swap(self, load: _Load, loader: Role) -> SwapResult:
         try:
@@ -273,19 +272,20 @@ class AttachedServer:
         return SwapResult(loaded=self.loaded, pause_s=answer.pause_us / 1e6, target=answer.target)
 
     async def _ask(self, load: _Load, loader: Role) -> Mapping[str, Any]:
-        """Tell the server to load; its answer. Raises Unavailable without one."""
-        self._asked, self._answer = load.version, asyncio.get_running_loop().create_future()
+        """Tell the server to load; its answer, however long it takes: until then, it would refuse another load. Raises
+        Unavailable if it goes away."""
+        if loader not in self._roles:  # since the draft was read
+            raise self._away()
+        self._asked, self._answer = (loader, load.version), asyncio.get_running_loop().create_future()
         message = {"kind": "load", "folder": str(load.folder), "version": load.version, "digest": load.digest}
         self._link.send(loader, message)
         try:
-            async with asyncio.timeout(LOAD_S):
-                return await self._answer
-        except TimeoutError:
-            raise Unavailable(
-                f"the {self._link.kind.engine} server did not load a draft within {LOAD_S:.0f} s"
-            ) from None
+            return await self._answer
         finally:
             self._answer = None
+
+    def _away(self) -> Unavailable:
+        return Unavailable(f"the {self._link.kind.engine} server went away")
 
     def _first_draft(self) -> _Load:
         if self._initial is None:

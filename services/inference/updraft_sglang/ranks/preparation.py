@@ -32,7 +32,7 @@ SEVERAL_NODES = "drafts of ranks on several nodes cannot be swapped"
 
 
 class PartlyError(RefusedError):
-    """A rank copied only a part of the draft, so it is not known what the ranks hold."""
+    """A copy failed, and a rank cannot put its former draft back, so it is not known what the ranks hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +52,33 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """The copies that put a draft in place of the one in `model`; `content` is the digest of what was read."""
+    """The copies that put a draft in place of the one in `model`, and those that put that one back; `content` is the digest of
+    what was read."""
 
     model: Any
     writes: Sequence[Write]
+    kept: Sequence[Write]
     content: str
 
-    def copy(self) -> None:
+    def copy(self) -> str:
+        """Why that failed; "" if it is done."""
+        return self._done(self.writes)
+
+    def put_back(self) -> str:
+        """Why that failed; "" if it is done."""
+        return self._done(self.kept)
+
+    def _done(self, writes: Sequence[Write]) -> str:
         """On a GPU, wait before and after, because steps may still run there."""
         device = self.model.model.fc.weight.device
-        _synchronize(device)
-        for write in self.writes:
-            write()
-        _synchronize(device)
+        try:
+            _synchronize(device)
+            for write in writes:
+                write()
+            _synchronize(device)
+        except Exception as error:  # noqa: BLE001  (it is told)
+            return str(error) or type(error).__name__
+        return ""
 
 
 @dataclass(slots=True)
@@ -117,7 +131,7 @@ class Preparation:
     def serve(self, text: str, model: Any, problem: str) -> Order:
         """Copy the draft of this order into `model`. All ranks call it; a `problem` of one of them is one of all.
 
-        Raises RefusedError in all ranks: PartlyError if one of them may have copied something.
+        Raises RefusedError in all ranks, which then hold the same draft as before; PartlyError if one cannot put it back.
         """
         if not configuration.is_one_node():
             raise RefusedError(SEVERAL_NODES)
@@ -127,16 +141,24 @@ class Preparation:
         self._agree(problem)
         assert job is not None
         assert isinstance(result, Prepared)
-        failure = ""
         try:
-            result.copy()
-        except Exception as error:  # noqa: BLE001  (it is told)
-            failure = f"the draft in {job.order.folder} was loaded only in part; load another one: {error}"
-        try:
-            self._agree(failure)
+            self._agree(_reason(f"the draft in {job.order.folder} was loaded only in part", result.copy()))
         except RefusedError as error:
-            raise PartlyError(str(error)) from error
+            self._put_back(result, str(error))
+            raise
         return job.order
+
+    def _put_back(self, result: Prepared, refusal: str) -> None:
+        """A step may not find different drafts in the ranks. Raises PartlyError if it does."""
+        try:
+            self._agree(_reason("the one before cannot be put back, so load another one", result.put_back()))
+        except RefusedError as error:
+            raise PartlyError(f"{refusal}; {error}") from error
+
+    def forget(self) -> None:
+        """Someone else changes the weights, so those that were kept are not the ones to put back: prepare again."""
+        if self._job is not None:
+            self._drop(self._job.text)
 
     def _checked(self, text: str, manager: Any) -> tuple[str, str]:
         """Why the ranks refuse the order, and how far they are."""
@@ -208,7 +230,7 @@ class Preparation:
 def _run(job: _Job, draft: SglangDraft, model: Any, place: tuple[int, int]) -> None:
     try:
         writes, content = _read(job.order.folder, draft, place)
-        prepared = Prepared(model=model, writes=writes, content=content)
+        prepared = Prepared(model=model, writes=writes, kept=draft.kept(), content=content)
         job.result = "nobody waits for it" if job.is_dropped else prepared
     except BaseException as error:  # noqa: BLE001  (also SystemExit, and a panic of Rust: else the agent waits)
         log.error("Updraft refused a draft: %s", error)
@@ -236,6 +258,10 @@ def _refusal(states: Sequence[_State]) -> str:
 def _progress(states: Sequence[_State]) -> str:
     late = [str(rank) for rank, one in enumerate(states) if not one.content]
     return f"{PREPARING}; not ready: {', '.join(late)}" if late else PREPARED
+
+
+def _reason(what: str, failure: str) -> str:
+    return failure and f"{what}: {failure}"
 
 
 def _synchronize(device: torch.device) -> None:

@@ -166,13 +166,24 @@ async def test_a_load_goes_to_the_process_that_leads_several_ranks(
     beside: Beside, draft: DraftCheckpoint, *, leaves: bool
 ) -> None:
     async with AsyncExitStack() as stack:
-        await worker(stack, beside, loader="scheduler", ranks={"tensor": 2}, dtype="f32")
+        first = await worker(stack, beside, loader="scheduler", ranks={"tensor": 2}, dtype="f32")
         leader = await stack.enter_async_context(process(beside.link.path, "scheduler"))
         assert (await leader.hear())["refusal"] == ""
         await until(lambda: "scheduler" in beside.server._roles, what="its hello")
         if leaves:
-            with pytest.raises(Unavailable, match="the vLLM server went away"):
-                await swapped(beside, leader, draft)
+
+            def hang_up(load: dict[str, Any]) -> dict[str, Any]:
+                first.hang_up()
+                return loaded(load, version=6)  # no answer to this load
+
+            async def leave() -> None:
+                await until(lambda: "worker" not in beside.server._roles, what="the end of the worker")
+                leader.hang_up()
+
+            async with asyncio.TaskGroup() as leaving:
+                leaving.create_task(leave())
+                with pytest.raises(Unavailable, match="the vLLM server went away"):
+                    await swapped(beside, leader, draft, hang_up)
         else:
             result, _ = await swapped(beside, leader, draft, lambda load: loaded(load, held=held(draft)))
             assert result.loaded == LoadedDraft(version=7, tensors_digest=draft.tensors_digest)
@@ -248,6 +259,7 @@ async def test_a_refusal_keeps_the_draft_before_and_says_why(beside: Beside, dra
         {"served": {"version": -1, "digest": ""}},
         {"pause_us": 1 << 80},
         {"held": 3},
+        {"version": None, "served": None},
     ],
 )
 async def test_a_malformed_answer_is_a_refusal(beside: Beside, draft: DraftCheckpoint, changed: dict[str, Any]) -> None:

@@ -140,7 +140,8 @@ def test_what_was_not_prepared_is_not_loaded(folder: Path) -> None:
     assert (is_written(model), served.version, served.digest) == (False, 0, "")
 
 
-def test_a_write_that_fails_in_the_middle_says_so_and_forgets_the_digest(folder: Path) -> None:
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_write_that_fails_in_the_middle_is_undone_or_else_the_digest_forgotten(folder: Path, *, stays: bool) -> None:
     model = shared(Served())
     update(model, payload(prepare(model, folder)))
     order = prepare(model, folder, version=8)
@@ -151,10 +152,12 @@ def test_a_write_that_fails_in_the_middle_says_so_and_forgets_the_digest(folder:
     job = weights.preparation._job
     assert job is not None
     assert isinstance(job.result, Prepared)
-    job.result = replace(job.result, writes=[*job.result.writes[:3], failing])
+    kept = [failing] if stays else job.result.kept
+    job.result = replace(job.result, writes=[*job.result.writes[:3], failing], kept=kept)
     is_done, message = update(model, payload(order))
 
-    assert (is_done, served.version, served.digest, served.is_mixed) == (False, 7, UNKNOWN, True)
+    digest = UNKNOWN if stays else "sha256:7"
+    assert (is_done, served.version, served.digest, served.is_mixed) == (False, 7, digest, stays)
     assert "loaded only in part" in message
     assert update(model, payload(prepare(model, folder))) == (True, "Success")
     assert not served.is_mixed

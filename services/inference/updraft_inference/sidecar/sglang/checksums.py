@@ -53,17 +53,13 @@ def expected_hashes(
 
 
 def shows_vocabulary(served: Iterable[RankChecksums]) -> bool:
-    """Whether the server's checksums cover its map, so that a swap can exchange it and prove that."""
+    """Whether the server's checksums cover its map, so that they can prove a swap."""
     return all(VOCABULARY in rank.hashes for rank in served)
 
 
 def differing(expected: Mapping[str, str], served: RankChecksums) -> list[str]:
-    """Names of tensors that differ. The server's other tensors (the target's embedding) are ignored.
-
-    So is a map that it does not show, because it never changes then.
-    """
-    hidden = {VOCABULARY} - served.hashes.keys()
-    return sorted(name for name, hashed in expected.items() if name not in hidden and served.hashes.get(name) != hashed)
+    """Names of tensors that differ. The server's other tensors (the target's embedding) are ignored."""
+    return sorted(name for name, hashed in expected.items() if served.hashes.get(name) != hashed)
 
 
 def served_tensors(config: DraftConfig, tensors: Mapping[str, Tensor], *, tp: tuple[int, int]) -> dict[str, Tensor]:

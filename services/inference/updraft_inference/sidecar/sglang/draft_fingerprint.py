@@ -10,7 +10,7 @@ from updraft_artifacts.model_folder import read_json
 from updraft_chassis.errors import Corrupt, InvalidInput, UpdraftError
 from updraft_draft import checkpoint
 from updraft_draft.config import DraftConfig, check_fits
-from updraft_inference.engine import DraftCheckpoint, OtherShapeError, RestartNeededError
+from updraft_inference.engine import DraftCheckpoint, OtherShapeError
 from updraft_inference.sidecar.sglang import checksums
 from updraft_inference.sidecar.sglang.server import RankChecksums, ServerInfo
 
@@ -23,7 +23,6 @@ class DraftFingerprint:
 
     draft: DraftCheckpoint
     config: DraftConfig
-    d2t: torch.Tensor
     info: ServerInfo
     hashes: dict[torch.dtype, list[dict[str, str]]]
 
@@ -80,31 +79,22 @@ def read_initial_draft(folder: Path, info: ServerInfo) -> DraftFingerprint:
     )
 
 
-def read_draft(
-    draft: DraftCheckpoint, initial: DraftFingerprint, *, exchanges_vocabulary: bool = True
-) -> DraftFingerprint:
-    """A validated version. Raises OtherShapeError if its shape differs from the initial draft's; RestartNeededError if its
-    vocabulary does, where the server does not exchange that; InvalidInput if SGLang cannot serve it; Corrupt if it is damaged
-    or has another digest.
+def read_draft(draft: DraftCheckpoint, initial: DraftFingerprint) -> DraftFingerprint:
+    """A validated version. Raises OtherShapeError if its shape differs from the initial draft's; InvalidInput if SGLang cannot
+    serve it; Corrupt if it is damaged or has another digest.
     """
     config = DraftConfig.from_dict(read_json(draft.folder / checkpoint.CONFIG))
     _check_served(config, initial.config, draft.version)
     if config != initial.config:  # known before gigabytes are read, because the agent asks again and again
-        raise OtherShapeError(_restart_needed(draft, "shape"))
+        raise OtherShapeError(
+            f"version {draft.version} has another shape than the draft that the SGLang server started with: restart the"
+            f" server with --speculative-draft-model-path {draft.folder}"
+        )
     config, tensors = checkpoint.load(draft.folder)
     digest = tensors_digest(checkpoint.tensor_specs(sorted(tensors.items())))
     if digest != draft.tensors_digest:
         raise Corrupt(f"version {draft.version} has digest {digest}, but its manifest has {draft.tensors_digest}")
-    if not exchanges_vocabulary and not torch.equal(tensors["d2t"], initial.d2t):
-        raise RestartNeededError(_restart_needed(draft, "vocabulary"))
     return _fingerprint(draft, config, tensors, initial.info)
-
-
-def _restart_needed(draft: DraftCheckpoint, what: str) -> str:
-    return (
-        f"version {draft.version} has another {what} than the draft that the SGLang server started with: restart the"
-        f" server with --speculative-draft-model-path {draft.folder}"
-    )
 
 
 def _check_served(config: DraftConfig, served: DraftConfig, version: int) -> None:
@@ -123,7 +113,6 @@ def _fingerprint(
     return DraftFingerprint(
         draft=draft,
         config=config,
-        d2t=tensors["d2t"],
         info=info,
         hashes={likeliest: _hashes(config, tensors, likeliest, info)},
     )

@@ -55,14 +55,13 @@ class ServedDraft:
         """The served draft, by the server's own checksums."""
         self._may_have_session = False
         """A session of ours may still be open at the server."""
-        self._exchanges_vocabulary = False
         self._target = ""
         """The last known digest of what the draft shares with the target."""
 
     @classmethod
     async def open(cls, server: SglangServer, info: ServerInfo, note: Path) -> Self:
-        """Read the draft that the server started with. Raises InvalidInput if it is not supported, Forbidden without
-        the admin key.
+        """Read the draft that the server started with. Raises InvalidInput if it is not supported or if checksums cannot prove
+        a swap, Forbidden without the admin key.
 
         The file `note` exists during a swap. If it is left over, an agent died during a swap, and its pause is ended.
         Its folder is created if needed; InvalidInput if that fails.
@@ -77,7 +76,11 @@ class ServedDraft:
             logger.warning("A previous agent ended during a swap; resuming the server")
             await served_draft._finish_interrupted_swap()
         served = await server.checksums()
-        served_draft._exchanges_vocabulary = checksums.shows_vocabulary(served)
+        if not checksums.shows_vocabulary(served):
+            raise InvalidInput(
+                f"the checksums of SGLang {info.version} do not cover the draft's vocabulary, so no swap could be proved; use a"
+                " release that Updraft was tested with"
+            )
         served_draft._target = checksums.target(served)
         return served_draft
 
@@ -130,8 +133,7 @@ class ServedDraft:
         return SwapResult(loaded=self.loaded, pause_s=pause_s, target=self._target)
 
     async def _read(self, draft: DraftCheckpoint) -> DraftFingerprint:
-        exchanges = self._exchanges_vocabulary
-        return await asyncio.to_thread(read_draft, draft, self._initial, exchanges_vocabulary=exchanges)
+        return await asyncio.to_thread(read_draft, draft, self._initial)
 
     async def rehash(self) -> LoadedDraft:
         served = await self._server.checksums()

@@ -18,7 +18,6 @@ from updraft_inference.engine import (
     DraftCheckpoint,
     LoadedDraft,
     OtherShapeError,
-    RestartNeededError,
     TargetChangedError,
 )
 from updraft_inference.sidecar.link import Gone
@@ -346,19 +345,6 @@ class TestSwaps:
         ):
             await server.swap(other)
 
-    async def test_a_server_that_does_not_show_its_map_is_not_given_another(
-        self, fake: FakeSglang, models: Path, beside: Beside, drafts: list[DraftCheckpoint]
-    ) -> None:
-        fake.exchanges_vocabulary = False
-        fake.load(fake.seed)
-        other = saved_draft(models, 8, token_ids=arange(DRAFT_VOCAB) + 1)
-
-        async with beside.attached() as server:
-            assert (await server.swap(drafts[0])).loaded.version == 1
-            with pytest.raises(RestartNeededError, match=r"another vocabulary .* restart the server") as raised:
-                await server.swap(other)
-        assert not isinstance(raised.value, OtherShapeError), "other sizes would not help"
-
     async def test_a_draft_that_is_not_what_its_manifest_says_is_refused_before_any_pause(
         self, fake: FakeSglang, server: AttachedSglang, drafts: list[DraftCheckpoint]
     ) -> None:
@@ -406,6 +392,16 @@ class TestHello:
         async with beside.unheard() as server:
             server.hear(greeting())
             await said(server, drafts[0], "not the same model")
+
+    async def test_a_server_whose_checksums_leave_out_the_vocabulary_is_not_swapped(
+        self, fake: FakeSglang, beside: Beside, drafts: list[DraftCheckpoint]
+    ) -> None:
+        fake.shows_vocabulary = False
+        fake.load(fake.seed)
+        async with beside.unheard() as server:
+            server.hear(greeting())
+            await said(server, drafts[0], "do not cover the draft's vocabulary")
+        assert "/pause_generation" not in fake.calls
 
     async def test_a_wrong_admin_key_is_told(self, beside: Beside, drafts: list[DraftCheckpoint]) -> None:
         async with beside.unheard(key="another") as server:

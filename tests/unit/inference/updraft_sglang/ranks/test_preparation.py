@@ -218,7 +218,11 @@ def test_a_rank_prepares_one_draft_at_a_time_and_the_same_order_joins_it(
     assert ranks.served(second) == [8, 8]
 
 
-def test_a_copy_that_fails_in_one_rank_is_told_by_all(ranks: Ranks, folder: Path) -> None:
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_copy_that_fails_in_one_rank_is_told_by_all_and_undone_by_all(
+    ranks: Ranks, folder: Path, *, stays: bool
+) -> None:
+    """`stays`: nor can the second rank put its draft back."""
     order = ordered(folder)
     assert ranks.prepared(order) == (True, PREPARED)
 
@@ -228,17 +232,29 @@ def test_a_copy_that_fails_in_one_rank_is_told_by_all(ranks: Ranks, folder: Path
     job = ranks.all[1].preparation._job
     assert job is not None
     assert isinstance(job.result, Prepared)
-    job.result = replace(job.result, writes=[*job.result.writes[:3], failing])
+    kept = [failing] if stays else job.result.kept
+    job.result = replace(job.result, writes=[*job.result.writes[:3], failing], kept=kept)
 
     first, second = ranks.together(lambda rank: caught(rank, order))
 
-    assert isinstance(first, PartlyError)
-    assert isinstance(second, PartlyError)
-    assert (
-        str(first)
-        == str(second)
-        == f"rank 1: the draft in {folder} was loaded only in part; load another one: out of memory"
-    )
+    problem = f"rank 1: the draft in {folder} was loaded only in part: out of memory"
+    left = "; rank 1: the one before cannot be put back, so load another one: out of memory" if stays else ""
+    assert str(first) == str(second) == problem + left
+    assert [isinstance(error, PartlyError) for error in (first, second)] == [stays, stays]
+    assert ranks.are_written == [False, stays]
+
+
+def test_a_draft_that_was_prepared_before_somebody_else_changed_the_weights_is_prepared_again(
+    ranks: Ranks, folder: Path
+) -> None:
+    """What was kept is not what is to be put back."""
+    order = ordered(folder)
+    assert ranks.prepared(order) == (True, PREPARED)
+    ranks.all[1].preparation.forget()
+
+    assert ranks.served(order) == ["rank 1: it has not prepared this draft"] * NUM_RANKS
+    assert ranks.prepared(order) == (True, PREPARED)
+    assert ranks.served(order) == [7, 7]
 
 
 def caught(rank: Rank, order: str) -> Exception | None:
