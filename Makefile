@@ -224,7 +224,7 @@ bench-learning-mixture: install ## Measure what draft and n-gram lookup are wort
 	$(PY) -m bench.learning.mixture $(ARGS)
 bench-trainer: install ## Measure memory, speed and exactness of a training step (30 minutes; ARGS=--only=speed: 3)
 	$(PY) -W ignore -m bench.trainer.trainer $(ARGS)
-bench-sglang: sglang-build ## Measure what the plugin and swaps cost a stock SGLang server on this CPU (15 minutes)
+bench-sglang: sglang-build ## Measure what the plugin and swaps cost a stock SGLang server on this CPU (35 minutes)
 	$(PY) -m bench.sglang.sglang $(ARGS)
 bench-tap: vllm-build ## Measure what the plugin and swaps cost a stock vLLM server on this CPU, and the loop (55 minutes)
 	$(PY) -m bench.tap.tap $(ARGS)

@@ -3,15 +3,17 @@
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from bench import harness
 from bench.harness import Line, spread
 from bench.tap.plugged import NO_ROWS, ROLES, ROWS
+from rich.console import Console
 from tests.support.tap_agent import Agent, listening
 
 from updraft_cli import results
@@ -21,6 +23,8 @@ STREAMS = 8
 TOKENS = 48
 """Length of each answer."""
 SEED = 7
+
+_progress = Console(stderr=True, style="dim")
 
 
 class Arm(StrEnum):
@@ -66,6 +70,23 @@ class Requests:
                 tasks.create_task(answer)
         wall_s, tokens = time.perf_counter() - started_s, TOKENS * STREAMS
         return tokens / wall_s, 1e3 * (self.cpu_s() - before_s) / tokens
+
+
+async def turns(taken: Callable[[int, Arm], Awaitable[tuple[float, float]]], *, pairs: int, rounds: int) -> list[Turn]:
+    """Rounds of the same prompts by each arm on each pair of servers, the arms in turn.
+
+    `taken` is a turn on a pair: tokens per second, and CPU milliseconds per token.
+    """
+    found = []
+    for number in range(-1, rounds):  # the first round warms up
+        for place in range(pairs):
+            for arm in harness.in_turn(tuple(Arm), number + place):
+                tokens_per_s, cpu_ms = await taken(place, arm)
+                _progress.print(
+                    f"round {number} of {rounds}, servers {place}: {arm}: {tokens_per_s:.2f} tokens per second"
+                )
+                found.append(Turn(round=number, pair=place, arm=arm, tokens_per_s=tokens_per_s, cpu_ms=cpu_ms))
+    return [one for one in found if one.round >= 0]
 
 
 async def turn(on: AbstractContextManager[None], socket: Path, arm: Arm, requests: Requests) -> tuple[float, float]:

@@ -9,12 +9,10 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from updraft_tap import hooks
 from updraft_tap.hooks import Binding, Hook
 
 FOLDER = "UPDRAFT_METER"
@@ -36,10 +34,9 @@ class Meter:
         self._idle_ns = 0
         self._idle_ns = self._of_nothing()
 
-    def metered(self, binding: Binding) -> Binding:
-        """The same hook, timed."""
-        _, owner, name = binding.target.rsplit(".", 2)
-        return replace(binding, hook=self._timed(f"{owner}.{name}", binding.hook))
+    def timed(self, target: str, hook: Hook) -> Hook:
+        """The hook of this function, timed."""
+        return self._timed(".".join(target.split(".")[-2:]), hook)
 
     def _timed(self, name: str, hook: Hook) -> Hook:
         def timed(original: Hook, *args: Any, **kwargs: Any) -> Any:
@@ -99,11 +96,12 @@ def _cpu_ns(thread: threading.Thread) -> int:
 
 
 def register() -> None:
-    """vLLM calls this in each of its processes, before or after the plugin's own."""
+    """An engine calls this in each of its processes, before the plugin's own. Hooks that are bound from then on are timed."""
     meter = Meter(os.open(Path(os.environ[FOLDER]) / str(os.getpid()), os.O_CREAT | os.O_WRONLY))
-    install: Callable[[Sequence[Binding]], dict[str, str]] = hooks.install
+    bind: Callable[..., None] = Binding.__init__
 
-    def metered(bindings: Sequence[Binding]) -> dict[str, str]:
-        return install([meter.metered(binding) for binding in bindings])
+    def metered(binding: Binding, **values: Any) -> None:
+        bind(binding, **values)
+        object.__setattr__(binding, "hook", meter.timed(binding.target, binding.hook))
 
-    hooks.install = metered
+    Binding.__init__ = metered  # type: ignore[method-assign, assignment] # SGLang installs hooks itself, and the plugin looks for them

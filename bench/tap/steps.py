@@ -1,4 +1,4 @@
-"""The CPU time of the plugin's hooks in a step, on the threads of a real vLLM that call them. See `meter`.
+"""The CPU time of the plugin's hooks in a step, on the threads of a real server that call them. See `meter`.
 
 It depends less on what else runs on the machine than tokens per second do.
 """
@@ -6,22 +6,27 @@ It depends less on what else runs on the machine than tokens per second do.
 import json
 import shutil
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from bench import harness
 from bench.harness import Line, spread
 from bench.tap import meter
 from bench.tap.arms import MOST, Arm
+from rich.console import Console
 
 from updraft_cli import results
+from updraft_inference.tap.server_kind import ServerKind
 
-STEP = "Scheduler.update_from_output"
-"""The hook that each step calls once."""
+STEPS = frozenset({"Scheduler.update_from_output", "Scheduler.process_batch_result"})
+"""The hook that each step calls once: vLLM's, and SGLang's."""
 _WRITTEN = "meters"
 """The folder within a server's where its meters write."""
 _PACKAGE = "updraft_meter"
+
+_progress = Console(stderr=True, style="dim")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +34,7 @@ class Sums:
     """The sums of all processes of a server since its start."""
 
     hooks: Mapping[str, tuple[int, int]]
-    """By hook, how often it was called, and its own nanoseconds. No two processes have the same hooks but those of HTTP, which
-    no step calls."""
+    """By hook, how often it was called, and its own nanoseconds."""
     engine_ns: int
     """Those of the functions that the hooks wrap: the forward, sampling, drafting, and what follows."""
     sender_ns: int
@@ -40,8 +44,12 @@ class Sums:
     def read(cls, server: Path) -> Self:
         """The sums that the meters of a server with this folder have written."""
         found = [json.loads(text) for file in (server / _WRITTEN).iterdir() if (text := file.read_text())]
+        hooks: dict[str, tuple[int, int]] = {}
+        for name, (calls, own_ns) in (hook for one in found for hook in one["hooks"].items()):
+            before = hooks.get(name, (0, 0))
+            hooks[name] = before[0] + calls, before[1] + own_ns
         return cls(
-            hooks={name: (calls, own_ns) for one in found for name, (calls, own_ns) in one["hooks"].items()},
+            hooks=hooks,
             engine_ns=sum(one["engine_ns"] for one in found),
             sender_ns=sum(one["sender_ns"] for one in found),
         )
@@ -83,7 +91,9 @@ class Turn:
     @classmethod
     def of(cls, number: int, arm: Arm, sums: Sums) -> Self:
         """From the sums of the turn."""
-        steps = sums.hooks[STEP][0]
+        steps = sum(calls for name, (calls, _) in sums.hooks.items() if name in STEPS)
+        if not steps:
+            raise SystemExit(f"the hook that counts steps was not called: {' or '.join(sorted(STEPS))}")
         by_hook_us = {name: own_ns / steps / 1e3 for name, (_, own_ns) in sums.hooks.items() if own_ns}
         return cls(
             round=number,
@@ -96,16 +106,28 @@ class Turn:
         )
 
 
-def variables(server: Path, plugin: Path) -> dict[str, str]:
+async def turns(taken: Callable[[Arm], Awaitable[object]], server: Path, rounds: int) -> list[Turn]:
+    """Rounds of the same prompts by each arm on one server with this folder, the arms in turn. `taken` is a turn."""
+    found = []
+    for number in range(-1, rounds):  # the first round warms up
+        for arm in harness.in_turn(tuple(MOST), number):
+            _progress.print(f"round {number} of {rounds}: {arm}")
+            before = Sums.read(server)
+            await taken(arm)
+            found.append(Turn.of(number, arm, Sums.read(server).since(before)))
+    return [one for one in found if one.round >= 0]
+
+
+def variables(server: Path, kind: ServerKind, plugin: Path) -> dict[str, str]:
     """Variables of a server whose hooks are timed; writes the module that its processes load to the folder."""
     package, written = server / "meter", server / _WRITTEN
     info = package / f"{_PACKAGE}-0.dist-info"
     info.mkdir(parents=True)
     written.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {_PACKAGE}\nVersion: 0\n")
-    (info / "entry_points.txt").write_text(f"[vllm.general_plugins]\n{_PACKAGE} = {_PACKAGE}:register\n")
+    (info / "entry_points.txt").write_text(f"[{kind.group}]\n{_PACKAGE} = {_PACKAGE}:register\n")
     shutil.copyfile(meter.__file__, package / f"{_PACKAGE}.py")
-    return {"PYTHONPATH": f"{plugin}:{package}", meter.FOLDER: str(written)}
+    return {"PYTHONPATH": f"{package}:{plugin}", meter.FOLDER: str(written)}  # engines load plugins in this order
 
 
 def lines(taken: Sequence[Turn]) -> list[Line]:

@@ -2,25 +2,25 @@
 
 import argparse
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 from bench import harness
 from bench.engine_inputs import code_prompts, drafts_like, seed_draft
-from bench.harness import Line, Measurements
 from bench.serving import servers
 from bench.serving.servers import Server
-from bench.tap import arms, endings, loop, reading, steps, swaps
-from bench.tap.arms import MOST, SEED, STREAMS, TOKENS, Arm, Requests, Turn
+from bench.tap import arms, endings, loop, parts, reading, steps, swaps
+from bench.tap.arms import SEED, STREAMS, TOKENS, Arm, Requests, Turn
+from bench.tap.parts import Part
 from bench.tap.plugged import SOCKET, plugged, speculation
 from rich.console import Console
 from tests.vllm import build
+
+from updraft_inference.tap.server_kind import VLLM
 
 OPT_OUT = {"vllm_xargs": {"updraft_capture": "off"}}
 
@@ -34,15 +34,6 @@ class Pair:
     stock: Server
     plugged: Server
     socket: Path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """The contribution of a part to the result."""
-
-    lines: Sequence[Line]
-    samples: Sequence[dict[str, Any]]
-    figures: Sequence[str]
 
 
 @asynccontextmanager
@@ -68,19 +59,6 @@ def cpu_s(server: Server) -> float:
     return sum(one.user + one.system for one in times)
 
 
-async def turns(pairs: Sequence[Pair], prompts: Sequence[tuple[int, ...]], rounds: int) -> list[Turn]:
-    """Rounds of the same prompts by each arm on each pair, the arms in turn."""
-    taken = []
-    for number in range(-1, rounds):  # the first round warms up
-        for place, on in enumerate(pairs):
-            for arm in harness.in_turn(tuple(Arm), number + place):
-                _progress.print(f"round {number} of {rounds}, servers {place}: {arm}")
-                server = on.stock if arm is Arm.STOCK else on.plugged
-                tokens_per_s, cpu_ms = await turn(server, on.socket, arm, prompts)
-                taken.append(Turn(round=number, pair=place, arm=arm, tokens_per_s=tokens_per_s, cpu_ms=cpu_ms))
-    return [one for one in taken if one.round >= 0]
-
-
 async def cost_of_arms(plan: argparse.Namespace, folder: Path, model: Path, draft: Path) -> list[Turn]:
     """The first part."""
     async with AsyncExitStack() as stack:
@@ -89,7 +67,13 @@ async def cost_of_arms(plan: argparse.Namespace, folder: Path, model: Path, draf
             _progress.print(f"servers {place} start, one without the plugin and one with it")
             opened = pair_of_servers(model, draft, folder / str(place), plan.threads)
             pairs.append(await stack.enter_async_context(opened))
-        return await turns(pairs, code_prompts(model, STREAMS, seed=SEED), plan.rounds)
+        prompts = code_prompts(model, STREAMS, seed=SEED)
+
+        async def taken(place: int, arm: Arm) -> tuple[float, float]:
+            on = pairs[place]
+            return await turn(on.stock if arm is Arm.STOCK else on.plugged, on.socket, arm, prompts)
+
+        return await arms.turns(taken, pairs=len(pairs), rounds=plan.rounds)
 
 
 def measured_arms(plan: argparse.Namespace, folder: Path) -> Part:
@@ -100,17 +84,10 @@ def measured_arms(plan: argparse.Namespace, folder: Path) -> Part:
 
 
 async def cost_of_hooks(plan: argparse.Namespace, folder: Path, model: Path, draft: Path) -> list[steps.Turn]:
-    """Rounds of the same prompts by each arm on one server, the arms in turn."""
-    found, prompts = [], code_prompts(model, STREAMS, seed=SEED)
-    more = partial(steps.variables, folder)
+    """The second part."""
+    prompts, more = code_prompts(model, STREAMS, seed=SEED), partial(steps.variables, folder, VLLM)
     async with plugged(model, draft, folder, threads=plan.threads, more=more) as server:
-        for number in range(-1, plan.rounds):  # the first round warms up
-            for arm in harness.in_turn(tuple(MOST), number):
-                _progress.print(f"round {number} of {plan.rounds}: {arm}")
-                before = steps.Sums.read(folder)
-                await turn(server, folder / SOCKET, arm, prompts)
-                found.append(steps.Turn.of(number, arm, steps.Sums.read(folder).since(before)))
-    return [one for one in found if one.round >= 0]
+        return await steps.turns(partial(turn, server, folder / SOCKET, prompts=prompts), folder, plan.rounds)
 
 
 def measured_hooks(plan: argparse.Namespace, folder: Path) -> Part:
@@ -163,25 +140,6 @@ PARTS = {
 }
 
 
-def measure(plan: argparse.Namespace) -> Measurements:
-    """The chosen parts, one after the other."""
-    with tempfile.TemporaryDirectory(prefix="updraft-") as folder:  # short enough for a Unix socket
-        parts = [_told(part(plan, Path(folder))) for name, part in PARTS.items() if name in plan.only]
-    return Measurements(
-        seed=SEED,
-        lines=[line for part in parts for line in part.lines],
-        samples=[sample for part in parts for sample in part.samples],
-        figures=[figure for part in parts for figure in part.figures],
-    )
-
-
-def _told(part: Part) -> Part:
-    """The same part, whose figures are on the screen whatever becomes of later parts."""
-    for figure in (*part.figures, *(f"{line.bar.name}: {line.bar.measured} {line.bar.unit}" for line in part.lines)):
-        _progress.print(figure, markup=False)
-    return part
-
-
 def parser() -> argparse.ArgumentParser:
     """The arguments: how much of each part."""
     arguments = argparse.ArgumentParser(description=__doc__)
@@ -202,7 +160,7 @@ def main() -> None:
     arguments = parser()
     if not build.is_built():
         arguments.error("vLLM is not built: run `make vllm-build` first")
-    harness.run("tap", arguments, measure)
+    harness.run("tap", arguments, partial(parts.measured, PARTS))
 
 
 if __name__ == "__main__":

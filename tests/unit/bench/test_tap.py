@@ -4,6 +4,8 @@ import asyncio
 import itertools
 import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +20,10 @@ from bench.tap.swaps import Swaps, Window
 
 from updraft_cli import results
 from updraft_inference.engine import DraftCheckpoint
-from updraft_tap.hooks import Binding
+from updraft_inference.tap import plugin_folder
+from updraft_inference.tap.server_kind import SGLANG
+
+STEP = "Scheduler.process_batch_result"
 
 
 def turn(number: int, arm: Arm, tokens_per_s: float, cpu_ms: float = 10.0, *, pair: int = 0) -> Turn:
@@ -38,6 +43,22 @@ def test_an_arm_is_compared_with_the_server_without_the_plugin_of_the_same_round
 
     assert slower == pytest.approx([4, 4, 4, 0])
     assert busier == pytest.approx([3, 4, 0, 0])
+
+
+async def test_each_pair_of_servers_takes_every_arm_in_each_round_beginning_with_another_and_a_first_round_warms_up() -> (
+    None
+):
+    taken: list[tuple[int, Arm]] = []
+
+    async def take(place: int, arm: Arm) -> tuple[float, float]:
+        taken.append((place, arm))
+        return float(len(taken)), 1.0
+
+    found = await arms.turns(take, pairs=2, rounds=2)
+
+    assert sorted(taken) == sorted((place, arm) for place in (0, 1) for arm in Arm for _ in range(3))
+    assert [one.tokens_per_s for one in found] == [float(n) for n in range(9, 25)]
+    assert len({taken[n][1] for n in range(0, 24, 8)}) == 3, "of the first pair"
 
 
 def test_each_arm_has_its_bar_and_the_bar_says_which_is_missed() -> None:
@@ -163,8 +184,7 @@ def test_a_hooks_own_time_is_without_that_of_the_engine_and_of_hooks_within(tmp_
     file = os.open(tmp_path / "meters" / "1", os.O_CREAT | os.O_WRONLY)
     timed = meter.Meter(file, clock=lambda: now_ns)
     inner, outer = (
-        timed.metered(Binding(target=f"engine.{target}", hook=hook(ns), parameters=())).hook
-        for target, ns in (("Runner.sample", 5_000), (steps.STEP, 20_000))
+        timed.timed(f"engine.{target}", hook(ns)) for target, ns in (("Runner.sample", 5_000), (STEP, 20_000))
     )
 
     def step() -> None:
@@ -179,12 +199,39 @@ def test_a_hooks_own_time_is_without_that_of_the_engine_and_of_hooks_within(tmp_
 
     found = steps.Turn.of(0, Arm.OFF, steps.Sums.read(tmp_path).since(before))
     assert (found.steps, found.hooks_us, found.engine_us, found.share) == (2, 25.0, 1000.0, 2.5)
-    assert found.by_hook_us == {"Runner.sample": 5.0, steps.STEP: 20.0}
+    assert found.by_hook_us == {"Runner.sample": 5.0, STEP: 20.0}
+
+
+def test_an_engine_loads_the_meter_first_so_hooks_that_are_bound_later_are_timed_and_still_found_in_place(
+    tmp_path: Path,
+) -> None:
+    environment = os.environ | steps.variables(tmp_path, SGLANG, plugin_folder.write(tmp_path / "plugin"))
+    subprocess.run([sys.executable, "-c", _ENGINE, SGLANG.group], env=environment, check=True)
+
+    (hook,) = steps.Sums.read(tmp_path).hooks.items()
+    assert (hook[0], hook[1][0]) == ("TextWrapper.wrap", 2)
+
+
+_ENGINE = """
+import sys
+import textwrap
+from importlib.metadata import entry_points
+
+from updraft_tap import hooks
+
+next(iter(entry_points(group=sys.argv[1]))).load()()
+binding = hooks.Binding(
+    target="textwrap.TextWrapper.wrap", hook=lambda original, *args: original(*args), parameters=("self", "text")
+)
+assert hooks.install([binding]) == hooks.states([binding]) == {binding.target: ""}
+for _ in range(2):
+    assert textwrap.TextWrapper(width=9).wrap("some words") == ["some", "words"]
+"""
 
 
 def test_the_share_of_the_hooks_has_the_bar_of_its_arm() -> None:
     def taken(number: int, arm: Arm, hooks_us: float) -> steps.Turn:
-        by_hook_us = {steps.STEP: hooks_us}
+        by_hook_us = {STEP: hooks_us}
         return steps.Turn(
             round=number, arm=arm, steps=48, hooks_us=hooks_us, by_hook_us=by_hook_us, engine_us=1e4, sender_us=7.0
         )
@@ -196,7 +243,7 @@ def test_the_share_of_the_hooks_has_the_bar_of_its_arm() -> None:
     assert [line.bar.measured for line in lines] == pytest.approx([0.5, 1.0, 3.01])
     assert [(line.bar.target, line.bar.met) for line in lines] == [(0.5, True), (1.0, True), (3.0, False)]
     assert lines[0].note == "50 of 10000 us; 7 us more on the thread that sends"
-    assert next(steps.figures(turns)) == f"traces off: {steps.STEP} 50.0 us"
+    assert next(steps.figures(turns)) == f"traces off: {STEP} 50.0 us"
 
 
 def test_a_thread_that_cannot_look_at_the_clock_has_a_gap_and_the_note_says_what_other_programs_cause() -> None:
