@@ -8,8 +8,8 @@ own gate decides, by the newest eight requests and by one of ten, which are held
 Effects of a request on a draft are normal. Half of their variance, and of a draft's own flaw, is gone after 20 steps of
 training; a draft in closed form has its own. Kinds come by chance, equally often, and drafts learn them alike.
 
-Left out: time (estimates that come early, and fits that wait because they take long), a restart from the serving draft, the
-best draft that a kind had, and that a closed form is worse than the draft in training after a shift or many steps.
+Left out: time (estimates that come early, and fits, during which no step is taken), a restart from the serving draft, the best
+draft that a kind had, and that a closed form is worse than the draft in training after a shift or many steps.
 """
 
 import argparse
