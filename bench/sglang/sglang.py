@@ -103,9 +103,11 @@ PARTS = {"arms": measured_arms, "hooks": measured_hooks, "swaps": measured_swaps
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="run these parts (default: all)")
-    parser.add_argument("--rounds", type=int, default=10, help="counted rounds of all arms (default 10)")
-    parser.add_argument("--pairs", type=int, default=2, help="servers with and without the plugin (default 2 of each)")
-    parser.add_argument("--swaps", type=int, default=20, help="swaps under load (default 20)")
+    parser.add_argument("--rounds", type=harness.positive, default=10, help="counted rounds of all arms (default 10)")
+    parser.add_argument(
+        "--pairs", type=harness.positive, default=2, help="servers with and without the plugin (default 2 of each)"
+    )
+    parser.add_argument("--swaps", type=harness.positive, default=20, help="swaps under load (default 20)")
     parser.add_argument("--gpu", action="store_true", help=f"use the SGLang of the interpreter {PYTHON_VARIABLE}")
     harness.run("sglang", parser, partial(parts.measured, PARTS))
 

@@ -144,14 +144,20 @@ def parser() -> argparse.ArgumentParser:
     """The arguments: how much of each part."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="these parts (default all)")
-    arguments.add_argument("--rounds", type=int, default=20, help="counted rounds of all arms (default 20)")
     arguments.add_argument(
-        "--pairs", type=int, default=2, help="servers with and without the plugin (default 2 of each)"
+        "--rounds", type=harness.positive, default=20, help="counted rounds of all arms (default 20)"
     )
-    arguments.add_argument("--threads", type=int, default=1, help="threads of each server (default 1)")
-    arguments.add_argument("--streams", type=int, default=24, help="streams while drafts are swapped (default 24)")
-    arguments.add_argument("--swaps", type=int, default=20, help="swaps (default 20)")
-    arguments.add_argument("--endings", type=int, default=50, help="ended requests of width 4096 (default 50)")
+    arguments.add_argument(
+        "--pairs", type=harness.positive, default=2, help="servers with and without the plugin (default 2 of each)"
+    )
+    arguments.add_argument("--threads", type=harness.positive, default=1, help="threads of each server (default 1)")
+    arguments.add_argument(
+        "--streams", type=harness.positive, default=24, help="streams while drafts are swapped (default 24)"
+    )
+    arguments.add_argument("--swaps", type=harness.positive, default=20, help="swaps (default 20)")
+    arguments.add_argument(
+        "--endings", type=harness.positive, default=50, help="ended requests of width 4096 (default 50)"
+    )
     return arguments
 
 
