@@ -35,7 +35,7 @@ async def check_a_hanging_swap_is_reported(server: DraftHolder, pid: int, folder
             running = tasks.create_task(swapper.run())
             await until(lambda: bool(swapper.late.reason), what="the report")
             assert "the swap to version 0 has not ended" in swapper.status.reason
-            assert "only a restart helps" in swapper.status.reason
+            assert "it hangs and needs a restart" in swapper.status.reason
             assert server.loaded == before
         await until(lambda: swapper.status.outcome == fleet_pb2.OUTCOME_ACK, what="the end of the swap")
         running.cancel()

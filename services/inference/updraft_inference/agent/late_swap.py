@@ -67,8 +67,8 @@ class LateSwap:
         late_s = self._clock.monotonic() - began_s
         if late_s >= self.after_s:
             self.reason = (
-                f"the swap to version {version} has not ended after {late_s:.0f} s: if the server ends no requests either, it"
-                " hangs, and only a restart helps"
+                f"the swap to version {version} has not ended after {late_s:.0f} s: if the server also finishes no requests,"
+                " it hangs and needs a restart"
             )
             logger.error("A swap does not end", extra={"version": version, "reason": self.reason})
             self._on_change()

@@ -75,8 +75,8 @@ async def test_a_swap_that_does_not_end_is_reported_with_its_age_and_a_remedy_un
         said = pod.swapper.status
         assert (said.nonce, said.outcome, said.version) == (nonce, PENDING, 2)
         assert said.reason == (
-            "the swap to version 2 has not ended after 120 s: if the server ends no requests either, it hangs, and only a"
-            " restart helps"
+            "the swap to version 2 has not ended after 120 s: if the server also finishes no requests, it hangs and needs a"
+            " restart"
         )
         assert pod.changes > changes
         assert reported(pod).status == said
