@@ -40,10 +40,11 @@ class _Conditions(Collector):
         yield GaugeMetricFamily(self._NAME, self._TEXT, labels=self._LABELS)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """In the thread of the server, so of a copy."""
+        """In the thread of the server, so of a copy of the keys, which is made at once (`Store.speculators` says why)."""
         (family,) = self.describe()
-        for (namespace, name), shown in list(self._shown.items()):
-            for each in shown:
+        for key in list(self._shown):
+            namespace, name = key
+            for each in self._shown.get(key, ()):
                 family.add_metric((namespace, name, *each), 1.0)
         yield family
 

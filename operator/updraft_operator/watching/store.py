@@ -134,8 +134,12 @@ class Store:
         return sorted(self._objects)
 
     def speculators(self) -> list[Key]:
-        """Those that exist; the server of metrics asks from a thread of its own."""
-        return [key for key, objects in list(self._objects.items()) if _speculator(key) in objects]
+        """Those that exist; the server of metrics asks from a thread of its own.
+
+        A list of keys is copied at once. A list of pairs is not: each pair is an object, so Python may collect garbage in
+        between, and other threads run in that time.
+        """
+        return [key for key in list(self._objects) if self.has(key)]
 
     def has(self, key: Key) -> bool:
         """Whether the speculator exists."""

@@ -1,9 +1,11 @@
 """Conditions as metrics: one sample for each, with the status and the reason that hold now."""
 
+import itertools
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry
+from tests.support.collecting import changing_at_collections
 
 from updraft_operator.api.status import Condition
 from updraft_operator.metrics import Metrics
@@ -40,6 +42,19 @@ def test_a_condition_is_shown_with_the_reason_that_it_has_now_and_no_other() -> 
     metrics.forget(QWEN)
     assert _shown(counted, "qwen") == set()
     assert _shown(counted, "llama") == {("Ready", "True", "Ready")}
+
+
+def test_conditions_are_read_by_another_thread_while_speculators_come() -> None:
+    counted, numbers = CollectorRegistry(), itertools.count()
+    metrics = Metrics(counted)
+
+    def show() -> None:
+        metrics.show(Key("team", f"model-{next(numbers)}"), [_condition("Ready", "True", "Ready")])
+
+    for _ in range(5000):
+        show()
+    with changing_at_collections(show):
+        assert _shown(counted, "model-4999") == {("Ready", "True", "Ready")}
 
 
 def _pod(number: int, *, ready_after_s: int | None, restarts: int = 0) -> PodState:

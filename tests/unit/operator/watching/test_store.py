@@ -1,11 +1,12 @@
 """What the watches said last: whose it is, and that older news are not believed."""
 
-import threading
+import itertools
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.collecting import changing_at_collections
 
 from updraft_chassis.errors import InvalidInput
 from updraft_operator.api import names
@@ -36,13 +37,16 @@ def _body(kind: str, name: str, version: int, *, owner: str = "qwen", **more: An
 
 
 def test_speculators_are_counted_by_another_thread_while_they_come() -> None:
-    store, bodies = Store(), [_body("AdaptiveSpeculator", f"model-{number}", number) for number in range(3000)]
-    putting = threading.Thread(target=lambda: [store.put("AdaptiveSpeculator", body) for body in bodies])
-    putting.start()
-    while putting.is_alive():
-        store.speculators()
-    putting.join()
-    assert len(store.speculators()) == len(bodies)
+    store, numbers = Store(), itertools.count()
+
+    def put() -> None:
+        store.put("AdaptiveSpeculator", _body("AdaptiveSpeculator", f"model-{next(numbers)}", 1))
+
+    for _ in range(5000):
+        put()
+    with changing_at_collections(put):
+        assert len(store.speculators()) >= 5000
+    assert len(store.speculators()) == next(numbers)
 
 
 EACH = pytest.mark.parametrize(

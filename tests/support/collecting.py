@@ -1,0 +1,23 @@
+"""Garbage collections at which something changes, as if another thread ran then: a collection can let any other thread run."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def changing_at_collections(change: Callable[[], object]) -> Iterator[None]:
+    """Call `change` whenever a collection starts, and collect often."""
+
+    def collecting(phase: str, _info: object) -> None:
+        if phase == "start":
+            change()
+
+    before = gc.get_threshold()
+    gc.callbacks.append(collecting)
+    gc.set_threshold(100)
+    try:
+        yield
+    finally:
+        gc.callbacks.remove(collecting)
+        gc.set_threshold(*before)
