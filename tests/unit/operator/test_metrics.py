@@ -57,6 +57,21 @@ def test_conditions_are_read_by_another_thread_while_speculators_come() -> None:
         assert _shown(counted, "model-4999") == {("Ready", "True", "Ready")}
 
 
+def test_overdue_certificates_are_counted_by_another_thread_while_registries_come() -> None:
+    metrics, numbers = Metrics(CollectorRegistry()), itertools.count()
+
+    class Now(float):
+        """Each comparison with it lets another thread show one more certificate."""
+
+        def __ge__(self, at_s: object) -> bool:
+            metrics.show_certificate(Key("team", f"model-{next(numbers)}"), 1.0)
+            return True
+
+    metrics.show_certificate(QWEN, 1.0)
+    assert metrics.num_overdue(Now(2.0)) == 1
+    assert metrics.num_overdue(2.0) == 2
+
+
 def _pod(number: int, *, ready_after_s: int | None, restarts: int = 0) -> PodState:
     """Created at noon."""
     ready: dict[str, Any] = {"type": "Ready", "status": "False"}
