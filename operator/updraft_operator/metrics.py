@@ -110,9 +110,8 @@ class Metrics:
         self._overdue_s[key] = overdue_s
 
     def num_overdue(self, now_s: float) -> int:
-        return sum(
-            at_s <= now_s for at_s in list(self._overdue_s.values())
-        )  # a copy: the server of metrics asks in its thread
+        """In the thread of the server, so of a copy."""
+        return sum(at_s <= now_s for at_s in list(self._overdue_s.values()))
 
     def show_pods(self, key: Key, pods: Iterable[PodState]) -> None:
         """Measure how long inference pods took that were first seen before they were ready."""
