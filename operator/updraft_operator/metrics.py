@@ -40,12 +40,11 @@ class _Conditions(Collector):
         yield GaugeMetricFamily(self._NAME, self._TEXT, labels=self._LABELS)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """In the thread of the server, so of a copy of the keys, which is made at once (`Store.speculators` says why)."""
+        """The server's thread calls it, so it copies the keys first. `Store.speculators` says why not the pairs."""
         (family,) = self.describe()
         for key in list(self._shown):
-            namespace, name = key
             for each in self._shown.get(key, ()):
-                family.add_metric((namespace, name, *each), 1.0)
+                family.add_metric((*key, *each), 1.0)
         yield family
 
 
@@ -110,7 +109,7 @@ class Metrics:
         self._overdue_s[key] = overdue_s
 
     def num_overdue(self, now_s: float) -> int:
-        """In the thread of the server, so of a copy."""
+        """The server's thread calls it, so it copies the times first."""
         return sum(at_s <= now_s for at_s in list(self._overdue_s.values()))
 
     def show_pods(self, key: Key, pods: Iterable[PodState]) -> None:

@@ -1,4 +1,4 @@
-"""Garbage collections at which something changes, as if another thread ran then: a collection can let any other thread run."""
+"""Changes during a garbage collection, in which Python may run another thread."""
 
 import gc
 from collections.abc import Callable, Iterator

@@ -134,10 +134,10 @@ class Store:
         return sorted(self._objects)
 
     def speculators(self) -> list[Key]:
-        """Those that exist; the server of metrics asks from a thread of its own.
+        """Those that exist. The server of metrics calls it in a thread of its own.
 
-        A list of keys is copied at once. A list of pairs is not: each pair is an object, so Python may collect garbage in
-        between, and other threads run in that time.
+        No other thread runs while `list` copies keys. While it copies pairs, one may: each pair is a new object, so Python may
+        collect garbage in between.
         """
         return [key for key in list(self._objects) if self.has(key)]
 
