@@ -71,7 +71,7 @@ def bring(subject: Subject, registry: RegistryProcess, folder: Path, target: Pat
 
 
 def phase_and_import(subject: Subject) -> tuple[str | None, str | None]:
-    """What the status of version 1 says of both, so far."""
+    """The phase and the import that the status of version 1 names so far, None if it does not."""
     status = subject.get("DraftVersion", f"{subject.name}-v1")["status"]
     return status.get("phase"), status.get("draftImportName")
 
