@@ -99,7 +99,8 @@ def test_the_draft_of_the_spec_becomes_version_1_and_only_then_a_trainer_starts(
     assert json.loads(imported.manifest.config_json)["draft_vocab_size"] == DRAFT_VOCAB
     (draft_import,) = subject.all_of("DraftImport")
     assert draft_import["metadata"]["name"].startswith(f"{subject.name}-initial-")
-    told = ("Stable", draft_import["metadata"]["name"])  # the registry and the import are watched apart: either may be first
+    told = ("Stable", draft_import["metadata"]["name"])
+    # The operator watches the registry and the import apart, so either may be known first.
     wait_until(lambda: phase_and_import(subject) == told, what="version 1 that serves and names its import")
     (object_,) = subject.all_of("DraftVersion")
     assert object_["spec"]["source"] == "Imported"
